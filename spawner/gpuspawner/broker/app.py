@@ -34,7 +34,7 @@ from .ledger import Ledger
 from .lock import BrokerLock
 from .observe.metrics import Metrics
 
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.00005
 """So long a thread that computes (estimates of waits) keeps the interpreter from the loop each time that
 an answer has to go on: with Python's 5 ms, one with five such steps takes 25 ms."""
 

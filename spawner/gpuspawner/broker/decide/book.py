@@ -166,6 +166,10 @@ class Book:
         """The place of a lease in the queue, or None if it does not wait."""
         return self._queue.place_of(lease_id, self._now, self._devices.servable)
 
+    def all_places(self) -> Mapping[str, Place]:
+        """The place of everybody who waits, by lease id, as it is now."""
+        return self._queue.all_places(self._now, self._devices.servable)
+
     @property
     def may_pass(self) -> bool:
         """Whether a new request may be served before one that waits."""

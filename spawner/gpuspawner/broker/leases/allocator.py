@@ -25,6 +25,7 @@ from ...core.want import Mode, Want
 from ..decide.book import Book, QueueRules, with_shares
 from ..decide.line.backfill import SessionHold
 from ..decide.line.future import Arrival, Line
+from ..decide.line.queue import Place
 from ..decide.place.devices import NO_RULES
 from ..decide.place.placement import Kind, Share
 from ..decide.place.sharing_rules import SharingRules
@@ -74,7 +75,7 @@ class Allocator:
         self._doubtful: set[str] = set()
         self._owes_places = False
         """Whether a device went out of service, and who gets a place by that could not be recorded."""
-        self._watches = Watches()
+        self._watches = Watches(lambda: self._book.all_places())
         self.on_lease: Callable[[Lease], None] | None = None
         """Called with each lease that was committed, once memory has it; must not block or fail."""
         self.waits = Waits(self.line, self._arrival, self.wake_waiting, self._log, clock)
@@ -680,10 +681,10 @@ class Allocator:
     def _arrival(self, lease: Lease) -> Arrival:
         return self._book.arrival(lease)
 
-    def _news_of(self, lease_id: str) -> WaitNews:
+    def _news_of(self, lease_id: str, place: Place | None = None) -> WaitNews:
         book = self._book
         return WaitNews(
-            book.place_of(lease_id),
+            place or book.place_of(lease_id),
             book.obstacle(lease_id),
             self.waits.of(lease_id),
             book.idle_but_out(lease_id),

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ...core.errors import Refusal
 from ...core.model import Lease, Mode
+from ...core.paced import paced
 from ...core.session import EndAction
 from ...core.states import AWAKE
 from ..decide.allow.budget import Spent, best, describe_spent, runs_out_at
@@ -19,6 +20,9 @@ from ..decide.when.deadline import Cause, Deadline
 from .allocator import Allocator
 from .gate import QuotaGate
 from .rulebook import Rulebook
+
+_AT_ONCE = 20
+"""So many users are looked at before the loop may do something else."""
 
 
 class Teller(Protocol):
@@ -49,7 +53,7 @@ class BudgetEnds:
         for lease in running:
             of_user.setdefault((lease.hub, lease.user), []).append(lease)
         ends: dict[str, Deadline] = {}
-        for leases in of_user.values():
+        async for leases in paced(of_user.values(), _AT_ONCE):
             spent = await self._spent(leases[-1])
             if spent is None:
                 continue

@@ -20,6 +20,7 @@ from typing import Protocol
 from ...config.idle import IdleRules
 from ...core.errors import GpuSpawnerError, LedgerFault, Refusal
 from ...core.model import Lease, Mode
+from ...core.paced import paced
 from ...core.quota import Allowance
 from ...core.session import EndAction
 from ...core.states import WITH_CONTAINER
@@ -218,7 +219,7 @@ class Endings:
         self._forget_all_but({lease.id for lease in running})
         await self._restore(running)
         now = self._parts.clock()
-        allowances = {lease.id: self._allowance(lease) for lease in running}
+        allowances = {lease.id: self._allowance(lease) async for lease in paced(running, _AT_ONCE)}
         budget_ends = await self._budget_ends.look(running, now)
         quota_ends = self._quota_ends.look(self._kept_until)
         own = {
@@ -230,12 +231,10 @@ class Endings:
                     self._cap_end(lease),
                 ]
             )
-            for lease in running
+            async for lease in paced(running, _AT_ONCE)
         }
         lab_ends = self._lab_ends(running, own, now)
-        for number, lease in enumerate(running):
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+        async for lease in paced(running, _AT_ONCE):
             await self._tell_of_cap(lease)
             await self._warn_or_end(lease, earliest([own[lease.id], lab_ends.get(lease.id)]), now)
             await self._look_at_idleness(lease, now)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ...core.errors import DeviceFault, Fault
 from ...core.model import Lease
+from ...core.paced import paced
 from ...node.labs import LabFolders
 from ...node.lease_folder import TURN, USE, files_of
 
@@ -99,9 +100,7 @@ class PlacedFolders:
     async def write_uses(self, texts: Mapping[str, str]) -> Mapping[str, Fault]:
         """Those of a machine go there in one message; a machine that is away has none that failed."""
         by_machine: dict[LabFolders, dict[str, dict[str, str]]] = {}
-        for number, (lease_id, text) in enumerate(texts.items(), 1):
-            if number % _TEXTS_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        async for lease_id, text in paced(texts.items(), _TEXTS_AT_ONCE):
             place = self._reachable(lease_id)
             if place is not None:
                 by_machine.setdefault(place.folders, {})[lease_id] = {USE: text}

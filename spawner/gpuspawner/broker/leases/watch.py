@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from ...core.errors import LeaseConflict
@@ -13,7 +13,7 @@ from ..decide.line.estimate import Estimate
 from ..decide.line.queue import Place
 from ..decide.snapshot import Change
 
-_AT_ONCE, _WAKE_AT_ONCE = 100, 5
+_AT_ONCE, _WAKE_AT_ONCE = 50, 3
 """So many places are looked at, and so many of those who follow them are woken, .."""
 _PAUSE_SECONDS = 0.01
 """.. and then the loop does something else for so long: a request that comes meanwhile needs it some fifteen
@@ -38,9 +38,11 @@ class Watches:
 
     Places in the queue are looked at for all who wait together, soon after a change, and only those are woken
     for whom something has changed: with a thousand who wait, nobody's request may cost a thousand wake-ups.
+    `places` counts them, once for all who are looked at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: Callable[[], Mapping[str, Place]] = dict) -> None:
+        self._places = places
         self._by_lease: dict[str, list[Watch]] = {}
         self._is_due = False
         self._looking = False
@@ -65,15 +67,20 @@ class Watches:
 
     def _look(self) -> None:
         self._is_due = False
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         followed = [watch for watches in self._by_lease.values() for watch in watches]
-        self._look_at(iter(followed), 0.0)
+        places = self._places()
+        left = iter([(watch, places.get(watch.lease_id)) for watch in followed])
+        spent_seconds = loop.time() - began
+        loop.call_later(_PAUSE_SECONDS, self._look_at, left, spent_seconds)
 
-    def _look_at(self, left: Iterator[Watch], spent_seconds: float) -> None:
+    def _look_at(self, left: Iterator[tuple[Watch, Place | None]], spent_seconds: float) -> None:
         """The next of those who are left, then the others."""
         loop, woken = asyncio.get_running_loop(), 0
         began = loop.time()
-        for looked, watch in enumerate(left, 1):
-            woken += watch.wake()
+        for looked, (watch, place) in enumerate(left, 1):
+            woken += watch.wake(place)
             if looked == _AT_ONCE or woken == _WAKE_AT_ONCE:
                 spent_seconds += loop.time() - began
                 loop.call_later(_PAUSE_SECONDS, self._look_at, left, spent_seconds)
@@ -107,7 +114,7 @@ class Watch:
         lease_id: str,
         watches: Watches,
         find: Callable[[str], Lease | None],
-        news_of: Callable[[str], WaitNews],
+        news_of: Callable[[str, Place | None], WaitNews],
     ) -> None:
         self.lease_id = lease_id
         self._watches = watches
@@ -116,6 +123,8 @@ class Watch:
         self._news = asyncio.Event()
         self._lease: Lease | None = None
         self._last: Change | None = None
+        self._found: Change | None = None
+        """What the last look at everybody's place has found."""
 
     async def __aenter__(self) -> AsyncIterator[Change]:
         """Start to follow. Raises LeaseConflict if there is no such living lease."""
@@ -134,7 +143,9 @@ class Watch:
     async def __anext__(self) -> Change:
         while self._last is None or self._last.lease.state is not LeaseState.CLOSED:
             self._news.clear()
-            change = self._look()
+            change, self._found = self._found, None
+            if change is None or change.lease is not self._lease:
+                change = self._look()
             if self._last is None or _worth_telling(change) != _worth_telling(self._last):
                 self._last = change
                 return change
@@ -146,18 +157,22 @@ class Watch:
         self._lease = lease
         self._news.set()
 
-    def wake(self) -> bool:
-        """Its place in the queue may have changed. If so, whoever follows it is told; returns whether."""
+    def wake(self, place: Place | None) -> bool:
+        """This is its place in the queue. If that is news, whoever follows it is told; returns whether."""
         if self._lease is None or self._last is None or self._lease.state is not LeaseState.WAITING:
             return False  # who has not been told anything yet looks for itself
-        changed = _worth_telling(self._look()) != _worth_telling(self._last)
+        if place is None:
+            return False  # it has come since they were counted
+        found = self._look(place)
+        changed = _worth_telling(found) != _worth_telling(self._last)
         if changed:
+            self._found = found
             self._news.set()
         return changed
 
-    def _look(self) -> Change:
+    def _look(self, place: Place | None = None) -> Change:
         assert self._lease is not None  # set on entry
-        news = self._news_of(self.lease_id)
+        news = self._news_of(self.lease_id, place)
         if news.place is None:
             return Change(self._lease, None, None)
         place = news.place

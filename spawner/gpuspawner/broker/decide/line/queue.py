@@ -243,6 +243,12 @@ class Queue:
             self._standings = self._count(self.lineup(now_seconds), servable)
         return Place(*self._standings[lease_id])
 
+    def all_places(self, now_seconds: float, servable: Callable[[Want], bool]) -> Mapping[str, Place]:
+        """Where everybody stands, by lease id: as it is now, also when the queue has changed."""
+        if self._standings is None:
+            self._standings = self._count(self.lineup(now_seconds), servable)
+        return {lease_id: Place(*standing) for lease_id, standing in self._standings.items()}
+
     def count(self, want: Want) -> int:
         """How many of the waiting compete with `want`, which need not be in the queue itself."""
         if want in self._wants:

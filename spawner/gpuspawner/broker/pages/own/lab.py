@@ -11,6 +11,7 @@ from typing import Any
 
 from ....core.errors import Fault
 from ....core.model import Lease
+from ....core.paced import paced
 from ....core.states import WITH_CONTAINER
 from ...decide.snapshot import TurnView
 from ...decide.when.deadline import Deadline
@@ -77,9 +78,7 @@ class LabReadings:
         self._written = {lease.id: self._written[lease.id] for lease in running if lease.id in self._written}
         uses, turns = self._sources.uses(), self._sources.turns()
         news: dict[str, str] = {}
-        for number, lease in enumerate(running):
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+        async for lease in paced(running, _AT_ONCE):
             text = json.dumps(self._document(lease, uses.get(lease.id, NOTHING_KNOWN), turns.get(lease.id)))
             before, at = self._written.get(lease.id, ("", now))
             if text != before or now - at >= KEEP_SECONDS:
