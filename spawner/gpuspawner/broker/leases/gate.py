@@ -198,8 +198,9 @@ class QuotaGate:
         until_cap = UNLIMITED
         if cap is not None and cap.ends_at > now:  # else it waited until the session was over
             until_cap = (cap.ends_at - now).total_seconds()
-        with_extension = replace(allowed, session_seconds=allowed.session_seconds + extended)
-        return claim_from(with_extension, of_group, until_cap)
+        if extended:
+            allowed = replace(allowed, session_seconds=allowed.session_seconds + extended)
+        return claim_from(allowed, of_group, until_cap)
 
     def holds(self, now: datetime) -> list[SessionHold]:
         """The places that are kept for lab sessions now; without those that nobody took in time."""

@@ -142,6 +142,8 @@ class Watch:
 
     async def __anext__(self) -> Change:
         while self._last is None or self._last.lease.state is not LeaseState.CLOSED:
+            if self._last is not None:
+                await self._news.wait()
             self._news.clear()
             change, self._found = self._found, None
             if change is None or change.lease is not self._lease:
@@ -149,7 +151,6 @@ class Watch:
             if self._last is None or _worth_telling(change) != _worth_telling(self._last):
                 self._last = change
                 return change
-            await self._news.wait()
         raise StopAsyncIteration
 
     def put(self, lease: Lease) -> None:
