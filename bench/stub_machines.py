@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import logging
+import random
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -35,7 +36,8 @@ LOG.setLevel(logging.ERROR)  # a hundred of them say that the broker is away
 
 
 class Gpus(StubNode):
-    """Eight GPUs, whose readings change every five seconds, as those of a real machine."""
+    """Eight GPUs, whose readings change every five seconds, as those of a real machine; each machine in its
+    own rhythm, since they weren't started in the same moment."""
 
     def __init__(self, facts: NodeFacts) -> None:
         super().__init__(facts)
@@ -48,6 +50,7 @@ class Gpus(StubNode):
         return ()
 
     async def events(self) -> AsyncIterator[NodeEvent]:
+        await asyncio.sleep(random.uniform(0, READ_SECONDS))
         while True:
             await asyncio.sleep(READ_SECONDS)
             self._count += 1

@@ -178,9 +178,8 @@ async def make_bench(
     service.ready.set()
     with tempfile.TemporaryDirectory(prefix="gs-") as folder:
         socket = Path(folder) / "b.sock"
-        server = HTTPServer(
-            make_app(Site(service, View(), metrics, queue_seconds, log)), max_body_size=MAX_BODY_BYTES
-        )
+        site = Site(service, View(), metrics, queue_seconds, log, hurry=allocator.waits.hurry)
+        server = HTTPServer(make_app(site), max_body_size=MAX_BODY_BYTES)
         server.add_socket(bind_socket(str(socket)))
         client = BrokerClient(str(socket))
         yield Bench(socket, service, allocator, ledger, engine, folders, metrics, client)

@@ -25,7 +25,7 @@ from gpuspawner.broker.decide.line.estimate import Estimate
 from gpuspawner.broker.decide.line.queue import Place
 from gpuspawner.broker.ledger import Ledger, PastSession
 from gpuspawner.core.errors import BrokerUnavailable, ConfigError, LeaseConflict, QueueTimeout
-from gpuspawner.core.model import ContainerPatch, DeviceHealth, LeaseState
+from gpuspawner.core.model import ContainerPatch, DeviceHealth, Lease, LeaseState
 from gpuspawner.core.want import Mode, Want
 from gpuspawner.protocol.messages import QueuedEvent, request_to_json
 from gpuspawner.protocol.stream import WAITED_HEADER
@@ -114,6 +114,40 @@ async def test_asking_twice_is_one_lease(bench: Bench) -> None:
     await bench.become()
     with pytest.raises(LeaseConflict, match="This lease has ended"):
         await bench.client.acquire(request, lambda *_: None).__aenter__()
+
+
+async def test_an_answer_is_a_hurry_until_it_has_come(bench: Bench) -> None:
+    hurry = bench.allocator.waits.hurry
+
+    def in_a_hurry() -> bool:
+        naps = 0
+
+        def nap(seconds: float) -> None:
+            nonlocal naps
+            naps += 1
+
+        hurry.begin()  # so that the answer is a young one
+        hurry.end()
+        hurry.way(0.001, nap)()
+        return naps > 0
+
+    assert not in_a_hurry()
+    write, seen = bench.folders.write, []
+
+    async def slow_write(lease: Lease) -> None:
+        seen.append(in_a_hurry())
+        await write(lease)
+
+    bench.folders.write = slow_write  # type: ignore[method-assign]
+    async with bench.client.acquire(bench.request(1), lambda *_: None):
+        assert not in_a_hurry()  # who holds a lease waits for nothing
+        async with streaming(bench, {}) as lines:
+            assert json.loads(await lines.readline())["event"] == "queued"
+            assert not in_a_hurry()
+        for method, body, status in (("GET", None, 405), ("POST", b"{", 400), ("POST", b"{}", 400)):
+            assert (await raw(bench, method, "/leases", body))[0] == status
+        await until(lambda: not in_a_hurry())
+    assert seen == [True]
 
 
 async def test_somebody_elses_id_is_refused(bench: Bench) -> None:

@@ -59,6 +59,7 @@ from ...protocol.stream import WAITED_HEADER
 from ..decide.line.estimate import Estimate
 from ..decide.line.queue import Place
 from ..decide.snapshot import Change
+from ..leases.hurry import Hurry
 from ..leases.leasing import LeaseService
 from ..leases.logline import log_context
 from ..observe.metrics import Metrics
@@ -140,6 +141,7 @@ class Site:
     unknown: Callable[[], Collection[str]] = frozenset
     """The leases whose server the hub doesn't know."""
     beats: Beats = field(default_factory=Beats)
+    hurry: Hurry = field(default_factory=Hurry)
 
     def timeout_of(self, tier: str) -> float:
         """How long a request of this tier waits at most, in seconds."""
@@ -268,10 +270,14 @@ class MetricsHandler(Handler):
 class LeasesHandler(Handler):
     """POST /leases: from the request to the lease, and then the hold."""
 
+    _answered = True
+    """Until it is known that there is a request to answer."""
+
     def prepare(self) -> None:
         self._closed = asyncio.Event()
         self._granted = False
         self._answered = False
+        self.site.hurry.begin()
         self._streaming = False
         self._beating: asyncio.Future[None] | None = None
         self._started = asyncio.get_running_loop().time()
@@ -281,6 +287,7 @@ class LeasesHandler(Handler):
 
         It cancels nothing: a running commit is finished.
         """
+        self._have_answered()
         self._closed.set()
 
     async def post(self) -> None:
@@ -428,10 +435,19 @@ class LeasesHandler(Handler):
 
     async def _send(self, event: Event) -> None:
         if not self._answered:
-            self._answered = True
+            self._have_answered()
             took = asyncio.get_running_loop().time() - self._started
             self.site.metrics.answer_seconds.observe(took)
         await self._send_line(event_to_line(event))
+
+    def _have_answered(self) -> None:
+        if not self._answered:
+            self._answered = True
+            self.site.hurry.end()
+
+    def on_finish(self) -> None:
+        """Also of a refusal."""
+        self._have_answered()
 
     async def _send_line(self, line: str) -> None:
         self.write(line)

@@ -128,7 +128,17 @@ class Serving:
             if tier.queue_timeout_seconds is not None
         }
         service, unknown = self.leasing.service, self.leasing.unknown_ids
-        return Site(service, self._view, ground.metrics, waits, ground.log, simulated, timeouts, unknown)
+        return Site(
+            service,
+            self._view,
+            ground.metrics,
+            waits,
+            ground.log,
+            simulated,
+            timeouts,
+            unknown,
+            hurry=self.deciding.allocator.waits.hurry,
+        )
 
     def _public_routes(self) -> MoreRoutes:
         """What the service has besides the pages that everybody sees."""

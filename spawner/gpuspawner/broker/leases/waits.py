@@ -19,6 +19,7 @@ from ..decide.line.estimate import Estimate, Estimator
 from ..decide.line.future import Arrival, Line, with_ends, with_guests
 from ..decide.line.queue import Waiting
 from ..ledger import PastSession
+from .hurry import Hurry
 
 LOOK_SECONDS = 2.0
 """The delay between a change and the new estimates."""
@@ -28,6 +29,8 @@ _GUEST_SECONDS = 10.0
 """So long an answer to somebody who doesn't wait yet is used again, also for others."""
 _GUEST_PATIENCE_SECONDS = 1.0
 """The spawn page waits no longer for the likely wait; then it is not known."""
+_WAY_SECONDS, _GUEST_WAY_SECONDS = 3.0, 0.3
+"""So long in all the computing gives way to answers, for those who wait and for a guest."""
 _AGAIN_SECONDS = 30.0
 """Without a change they are computed again at this interval, because they depend on the time."""
 _MINUTE = 60.0
@@ -75,6 +78,8 @@ class Waits:
         self._lessons: deque[Callable[[], None]] = deque(maxlen=_MOST_LESSONS)
         self._changed = asyncio.Event()
         self._pool = DaemonPool("waits", most=1)
+        self.hurry = Hurry()
+        """The answers to which the computing gives way."""
         self._learnt: list[float] = []
         """How wrong estimates were that `keep` has not recorded yet."""
         self.keep: Callable[[Sequence[float]], Awaitable[None]] | None = None
@@ -99,7 +104,10 @@ class Waits:
         ids = {waiting.lease_id: tier for tier, waiting in guest.asking.items()}
         try:
             async with asyncio.timeout(_GUEST_PATIENCE_SECONDS):
-                found = await self._pool.submit(lambda: self._estimator.estimate(line, now, only=ids))
+                give_way = self.hurry.way(_GUEST_WAY_SECONDS)
+                found = await self._pool.submit(
+                    lambda: self._estimator.estimate(line, now, ids, give_way=give_way)
+                )
         except TimeoutError:
             return {}
         answer = {ids[lease_id]: each for lease_id, each in found.items() if each is None or each.known}
@@ -198,7 +206,8 @@ class Waits:
         """In the thread; only one runs at a time, and nobody else touches the estimator."""
         for lesson in lessons:
             lesson()
-        return self._estimator.estimate(line, now) if line.waiting else {}
+        give_way = self.hurry.way(_WAY_SECONDS)
+        return self._estimator.estimate(line, now, give_way=give_way) if line.waiting else {}
 
     def _take(self, found: Mapping[str, Estimate | None], now: float) -> None:
         news = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .future import Arrival, Begin, Future, Lasts, Line
@@ -96,9 +96,16 @@ class Estimator:
         self._newcomers.arrived(arrival)
 
     def estimate(
-        self, line: Line, now_seconds: float, only: Collection[str] | None = None
+        self,
+        line: Line,
+        now_seconds: float,
+        only: Collection[str] | None = None,
+        give_way: Callable[[], None] = lambda: None,
     ) -> dict[str, Estimate | None]:
-        """The estimates by lease id, None where nothing is known; only of these leases if they are given."""
+        """The estimates by lease id, None where nothing is known; only of these leases if they are given.
+
+        `give_way` is called again and again: it may take a while for the sake of others.
+        """
         wanted = {each.lease_id for each in line.waiting} if only is None else set(only)
         count = max(_LEAST_FUTURES, min(_MOST_FUTURES, _STEPS // max(1, len(line.waiting))))
         self._draw.seed(self._seed)  # the same random draws again: only new information may change a range
@@ -106,7 +113,7 @@ class Estimator:
         begun: dict[str, list[Begin]] = {each: [] for each in wanted}
         for _ in range(count):
             newcomers = self.newcomers(now_seconds) if line.may_pass else iter(())
-            future = Future(line, newcomers, self.session_lengths(tiers), now_seconds)
+            future = Future(line, newcomers, self.session_lengths(tiers), now_seconds, give_way)
             for lease_id, begin in future.run(wanted).items():
                 begun[lease_id].append(begin)
         edges = self._edges()

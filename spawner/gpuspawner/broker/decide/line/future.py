@@ -139,10 +139,18 @@ def _moments_of(labs: Iterable[_Lab]) -> list[tuple[float, _Lab]]:
 
 
 class Future:
-    """One possible future. Use it once."""
+    """One possible future. Use it once. `give_way` is called at each step."""
 
-    def __init__(self, line: Line, newcomers: Iterator[Arrival], lasts: Lasts, now_seconds: float) -> None:
+    def __init__(
+        self,
+        line: Line,
+        newcomers: Iterator[Arrival],
+        lasts: Lasts,
+        now_seconds: float,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
         self._line = line
+        self._give_way = give_way
         self._lasts = lasts
         self._now = now_seconds
         self._use = Use(line.standings, now_seconds)
@@ -166,6 +174,7 @@ class Future:
         wanted = set(wanted)
         at, endings = self._now, 0
         while True:
+            self._give_way()
             for lease_id in (*self._seat_classes(at), *self._serve(at)):
                 if lease_id in wanted:
                     begun[lease_id] = Begin(at, endings)
@@ -187,6 +196,7 @@ class Future:
 
     def _begin_with(self) -> None:
         for session in self._line.sessions:
+            self._give_way()
             ends = session.holding.ends_seconds
             left = None if ends is None else ends - self._now
             drawn = Drawn(session.tier, session.user, session.began_seconds)
@@ -210,6 +220,7 @@ class Future:
         self._join(waiting)
 
     def _join(self, waiting: Waiting) -> None:
+        self._give_way()
         self._last = max(self._last, waiting.number)
         asking = self._asking.setdefault(waiting.want, _Asking())
         heapq.heappush(asking.by_arrival, (waiting.number, waiting))
