@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ SILENCE_SECONDS = 8.0
 CALL_SECONDS = 60.0
 """Longest wait for an answer: an MPS daemon may be started for it."""
 _LEAST_PAUSE_SECONDS = 0.01
+_TOGETHER_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,4 +213,10 @@ class Link:
                 due = min(due, asked.until)
                 break
             asked.fail(f"no answer for {pace.call_seconds:g} s")
-        self._timer = loop.call_at(max(now + _LEAST_PAUSE_SECONDS, due), self._look_after)
+        self._timer = loop.call_at(_together(max(now + _LEAST_PAUSE_SECONDS, due)), self._look_after)
+
+
+def _together(at: float) -> float:
+    """A little later, at a moment that the timers of many links have in common: each moment of its own wakes
+    a process that has nothing else to do."""
+    return math.ceil(at / _TOGETHER_SECONDS) * _TOGETHER_SECONDS
