@@ -79,7 +79,7 @@ class Service:
         self.viewers = viewers
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
         self.uses: dict[str, Use] = {}
-        self.sampler = Sampler(lambda: dict(self.uses))
+        self.sampler = Sampler(lambda: [self.uses])
 
     async def open(self) -> None:
         """Everybody's lease is running."""
@@ -130,7 +130,7 @@ class Service:
                     )
                     for number in range(self.viewers)
                 }
-                self.sampler.sample()
+                await self.sampler.sample()
             if second % NOTICE_SECONDS == 0:
                 lease_id = f"{second % self.viewers:032x}"
                 await self.allocator.tell(lease_id, "" if second % 20 else "Save your work.")
