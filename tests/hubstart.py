@@ -79,9 +79,12 @@ def start_hub(
 def end_hub(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM, as Ctrl-C or systemd would; then SIGKILL for what is left of all that it started.
 
-    Proxy and services are in sessions of their own, and a hub that was killed has left them to init: they
-    are those with its state folder in their environment.
+    Proxy and services are in sessions of their own. Those of a hub that was killed before were left to init:
+    they are those with its state folder in their environment.
     """
+    started: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(END_SECONDS)
@@ -90,7 +93,7 @@ def end_hub(process: subprocess.Popen[bytes]) -> None:
     process.wait(5)
     folder = _states.pop(process, "")
     for _ in range(5):  # the keeper may just be starting another broker
-        for left in _with_state(folder):
+        for left in (*started, *_with_state(folder)):
             with suppress(psutil.NoSuchProcess):
                 left.kill()
 
