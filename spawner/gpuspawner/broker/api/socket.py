@@ -434,16 +434,18 @@ class LeasesHandler(Handler):
         raise QueueTimeout(timeout_message(seconds, lease.want.device_count, obstacle))
 
     async def _send(self, event: Event) -> None:
-        if not self._answered:
-            self._have_answered()
+        if self._have_answered():
             took = asyncio.get_running_loop().time() - self._started
             self.site.metrics.answer_seconds.observe(took)
         await self._send_line(event_to_line(event))
 
-    def _have_answered(self) -> None:
-        if not self._answered:
-            self._answered = True
-            self.site.hurry.end()
+    def _have_answered(self) -> bool:
+        """Nobody waits for the answer any more; returns whether somebody did."""
+        if self._answered:
+            return False
+        self._answered = True
+        self.site.hurry.end()
+        return True
 
     def on_finish(self) -> None:
         """Also of a refusal."""

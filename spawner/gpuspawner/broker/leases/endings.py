@@ -219,13 +219,12 @@ class Endings:
         self._forget_all_but({lease.id for lease in running})
         await self._restore(running)
         now = self._parts.clock()
-        allowances = {lease.id: self._allowance(lease) async for lease in paced(running, _AT_ONCE)}
         budget_ends = await self._budget_ends.look(running, now)
         quota_ends = self._quota_ends.look(self._kept_until)
         own = {
             lease.id: earliest(
                 [
-                    self._session_end(lease, allowances[lease.id]),
+                    self._session_end(lease, self._allowance(lease)),
                     budget_ends.get(lease.id),
                     quota_ends.get(lease.id),
                     self._cap_end(lease),

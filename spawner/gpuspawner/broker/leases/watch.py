@@ -8,16 +8,15 @@ from typing import NamedTuple
 
 from ...core.errors import LeaseConflict
 from ...core.model import Lease, LeaseState
+from ...core.paced import PAUSE_SECONDS
 from ...core.states import ENDED
 from ..decide.line.estimate import Estimate
 from ..decide.line.queue import Place
 from ..decide.snapshot import Change
 
 _AT_ONCE, _WAKE_AT_ONCE = 50, 3
-"""So many places are looked at, and so many of those who follow them are woken, .."""
-_PAUSE_SECONDS = 0.01
-""".. and then the loop does something else for so long: a request that comes meanwhile needs it some fifteen
-times, and may not wait each time for a hundred who are told their place."""
+"""So many places are looked at, and so many of those who follow them are woken; then comes a pause: a request
+that comes meanwhile may not wait for a hundred who are told their place."""
 _REST = 20.0
 """A look at all places is followed by this many times its work without one, .."""
 _MOST_REST_SECONDS = 2.0
@@ -41,7 +40,7 @@ class Watches:
     `places` counts them, once for all who are looked at.
     """
 
-    def __init__(self, places: Callable[[], Mapping[str, Place]] = dict) -> None:
+    def __init__(self, places: Callable[[], Mapping[str, Place]]) -> None:
         self._places = places
         self._by_lease: dict[str, list[Watch]] = {}
         self._is_due = False
@@ -73,7 +72,7 @@ class Watches:
         places = self._places()
         left = iter([(watch, places.get(watch.lease_id)) for watch in followed])
         spent_seconds = loop.time() - began
-        loop.call_later(_PAUSE_SECONDS, self._look_at, left, spent_seconds)
+        loop.call_later(PAUSE_SECONDS, self._look_at, left, spent_seconds)
 
     def _look_at(self, left: Iterator[tuple[Watch, Place | None]], spent_seconds: float) -> None:
         """The next of those who are left, then the others."""
@@ -83,7 +82,7 @@ class Watches:
             woken += watch.wake(place)
             if looked == _AT_ONCE or woken == _WAKE_AT_ONCE:
                 spent_seconds += loop.time() - began
-                loop.call_later(_PAUSE_SECONDS, self._look_at, left, spent_seconds)
+                loop.call_later(PAUSE_SECONDS, self._look_at, left, spent_seconds)
                 return
         spent_seconds += loop.time() - began
         self._looking = False

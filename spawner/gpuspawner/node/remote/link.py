@@ -30,7 +30,6 @@ ALIVE_SECONDS = 2.5
 SILENCE_SECONDS = 8.0
 CALL_SECONDS = 60.0
 """Longest wait for an answer: an MPS daemon may be started for it."""
-_LEAST_PAUSE_SECONDS = 0.01
 _TOGETHER_SECONDS = 0.25
 
 
@@ -213,7 +212,7 @@ class Link:
                 due = min(due, asked.until)
                 break
             asked.fail(f"no answer for {pace.call_seconds:g} s")
-        self._timer = loop.call_at(_together(max(now + _LEAST_PAUSE_SECONDS, due)), self._look_after)
+        self._timer = loop.call_at(_together(due), self._look_after)
 
 
 def _together(at: float) -> float:

@@ -152,6 +152,7 @@ class _Plan:
         self._find_placeable(wants)
         if not self._placeable:
             return {}
+        # Only its first map is written, but its type asks for two that can be.
         self._rooms: ChainMap[str, Room] = ChainMap({}, self._fleet.all_rooms())  # type: ignore[arg-type]
         open_places = self._keep_sessions()
         for waiting in self._lineup.first(open_places):

@@ -239,21 +239,23 @@ class Queue:
         if self._standings is None and not self._one_was_asked:
             self._one_was_asked = True
             return self._count_one(lease_id, self.lineup(now_seconds), servable)
-        if self._standings is None:
-            self._standings = self._count(self.lineup(now_seconds), servable)
-        return Place(*self._standings[lease_id])
+        return Place(*self._counted(now_seconds, servable)[lease_id])
 
     def all_places(self, now_seconds: float, servable: Callable[[Want], bool]) -> Mapping[str, Place]:
         """Where everybody stands, by lease id: as it is now, also when the queue has changed."""
-        if self._standings is None:
-            self._standings = self._count(self.lineup(now_seconds), servable)
-        return {lease_id: Place(*standing) for lease_id, standing in self._standings.items()}
+        found = self._counted(now_seconds, servable)
+        return {lease_id: Place(*standing) for lease_id, standing in found.items()}
 
     def count(self, want: Want) -> int:
         """How many of the waiting compete with `want`, which need not be in the queue itself."""
         if want in self._wants:
             return sum(self._wants[other] for other in self._compete(want))
         return sum(self._wants[other] for other in self._wants if competes(want, other, self._kinds))
+
+    def _counted(self, now_seconds: float, servable: Callable[[Want], bool]) -> Mapping[str, tuple[int, int]]:
+        if self._standings is None:
+            self._standings = self._count(self.lineup(now_seconds), servable)
+        return self._standings
 
     def _count(self, lineup: Lineup, servable: Callable[[Want], bool]) -> dict[str, tuple[int, int]]:
         """Everybody's place, in one pass: what is counted for each want is how many of it came so far.

@@ -47,14 +47,13 @@ class Devices:
         self._out: set[str] = set()
         """The devices that are not in service."""
         self._well: dict[str, Room] | None = None
-        """The rooms of all others, in the order of `_rooms`; None after a device came, went or changed its
-        state."""
+        """The rooms of all others, in the order of `_rooms`; None: to be put together again."""
         self._known = Counter(room.kind for room in self._rooms.values())
         self._healthy = self._known.copy()
         self._known_of: dict[Want, Counter[str]] = {}
         self._servable: dict[Want, bool] = {}
-        """Answers by want, as of the last change of `_known` and `_healthy`: each request asks several times,
-        and a site has as many kinds as machines."""
+        """Answers by want, until `_forget_answers`: each request asks several times, and a site has as many
+        kinds as machines."""
         self._open: dict[Kind, list[Room]] = {kind: [] for kind in self._known}
         for room in self._rooms.values():
             self._list(room)
@@ -150,10 +149,6 @@ class Devices:
         if want not in self._servable:
             self._servable[want] = servable(want, self._healthy)
         return self._servable[want]
-
-    def _counts_changed(self) -> None:
-        self._known_of.clear()
-        self._servable.clear()
 
     def unhealthy(self, want: Want) -> list[tuple[Device, DeviceHealth]]:
         """The devices that suit `want` and are out of service or drained, with the reason, by index.
@@ -302,7 +297,6 @@ class Devices:
         self._holders.setdefault(uuid, ())
         self._known[room.kind] += 1
         self._healthy[room.kind] += self.in_service(uuid)
-        self._counts_changed()
         self._open.setdefault(room.kind, [])
         self._list(room)
 
@@ -312,14 +306,13 @@ class Devices:
             return
         room = self._rooms[uuid]
         self._unlist(room)
-        self._counts_changed()
         self._known[room.kind] -= 1
         self._healthy[room.kind] -= self.in_service(uuid)
         if not self._known[room.kind]:
             del self._known[room.kind], self._healthy[room.kind], self._open[room.kind]
         del self._rooms[uuid], self._health[uuid], self._holders[uuid]
         self._out.discard(uuid)
-        self._well = None
+        self._forget_answers()
 
     def set_health(self, health: DeviceHealth) -> bool:
         """Take a device out of service or back into it. Returns whether anything changed.
@@ -335,7 +328,6 @@ class Devices:
         self._health[uuid] = health
         self._look(uuid)
         self._healthy[room.kind] += self.in_service(uuid) - before
-        self._counts_changed()
         self._list(room)
         return True
 
@@ -353,7 +345,6 @@ class Devices:
         for room in rooms:
             self._unlist(room)
         news, self._drained = self._drained != drained, dict(drained)
-        self._counts_changed()
         for room in rooms:
             uuid = room.device.uuid
             self._look(uuid)
@@ -376,11 +367,17 @@ class Devices:
         del self._rooms[uuid], self._health[uuid], self._holders[uuid]
         del self._placeholders[uuid]
         self._out.discard(uuid)
+        self._forget_answers()
+
+    def _forget_answers(self) -> None:
+        """A device comes, goes or changes its state."""
         self._well = None
+        self._known_of.clear()
+        self._servable.clear()
 
     def _look(self, uuid: str) -> None:
         """The device's health or drain was set: see whether it is in service."""
-        self._well = None
+        self._forget_answers()
         if self._health[uuid].healthy and self.drain(uuid) is None:
             self._out.discard(uuid)
         else:
