@@ -5,8 +5,8 @@
 A real broker process with its door, its SQLite ledger and this machine's Docker Engine. The agents are real
 (TLS, certificates, messages) and run in a process of their own (`stub_machines.py`); their GPUs and Docker
 Engines are stubs. Of 5,000 users, some take all GPUs and their labs start, then others wait; this process is
-their hub. The broker has a core to itself if there are two; agents and hub, which a real site has on other
-machines, share the rest. Prints what was seen, with the load of the machine and the CPU of each process; how
+their hub. The broker has a core to itself if there are two, and a quarter of more than four; agents and
+hub, which a real site has on other machines, share the rest. Prints what was seen, with the load of the machine and the CPU of each process; how
 many answers came within 10 ms is said twice, as the hub sees it and by the broker's own clock. Agents and hub
 collect no garbage: in one process for all they would stop for longer than each of them does.
 """
@@ -47,6 +47,7 @@ from gpuspawner.protocol.client import BrokerClient, Grant
 USERS, GPUS = 5000, 8
 TARGET_SECONDS = 0.01
 CORES = sorted(os.sched_getaffinity(0))
+OF_BROKER = CORES[: max(1, len(CORES) // 4)]
 LOG = logging.getLogger("bench")
 LOG.setLevel(logging.ERROR)  # a thousand requests say that their connection broke
 BACK = " is back: its servers were compared"
@@ -132,7 +133,7 @@ class Site:
         self._log_bytes = log.stat().st_size if log.exists() else 0
         with log.open("ab") as written:
             self.broker = subprocess.Popen(command, env=environment, stderr=written, stdout=written)
-        os.sched_setaffinity(self.broker.pid, CORES[:1])
+        os.sched_setaffinity(self.broker.pid, OF_BROKER)
 
     def start_machines(self) -> None:
         """All have joined; their agents connect as soon as there is a broker."""
@@ -281,7 +282,7 @@ async def main() -> None:
     parser.add_argument("--rest", type=float, default=60.0, help="seconds at rest")
     asked = parser.parse_args()
     gc.disable()
-    os.sched_setaffinity(0, CORES[1:] or CORES)  # also for the agents
+    os.sched_setaffinity(0, CORES[len(OF_BROKER) :] or CORES)  # also for the agents
     with tempfile.TemporaryDirectory(prefix="gs-") as name:
         site = Site(Path(name), asked.agents)
         print(f"{asked.agents} agents, {GPUS * asked.agents} GPUs; load {os.getloadavg()[0]:.1f}", flush=True)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from gpuspawner.core import labels
 from gpuspawner.core.model import Device
 from gpuspawner.node.api import Access, Injection, NodeEvent, NodeFacts, Process, Readings, Usage, Users
@@ -107,4 +108,4 @@ async def main(folder: Path, port: int, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")))
+    uvloop.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import uvloop
 from traitlets import Bool, Float, TraitError, Unicode, default
 from traitlets.config import Application
 from traitlets.config.loader import Config
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         broker.initialize(argv)
         raise_limit(broker.log)
-        asyncio.run(broker.run())
+        uvloop.run(broker.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner broker: {error}", file=sys.stderr)
         return EXIT_SETTINGS if isinstance(error, ConfigError) else 1

@@ -44,6 +44,19 @@ def test_it_sleeps_while_somebody_waits() -> None:
     assert time.naps > naps
 
 
+def test_it_pauses_though_nobody_waits() -> None:
+    """So that the process isn't busy when somebody asks."""
+    time = Time()
+    give_way = Hurry(time).way(1.0, time.sleep)
+    worked = 0.0
+    for _ in range(1000):
+        time.now += 0.0001
+        worked += 0.0001
+        give_way()
+    assert worked / 0.0006 <= time.naps <= worked / 0.0004
+    assert time.now - 100.0 < 2 * worked
+
+
 def test_it_gives_way_no_longer_than_it_may() -> None:
     time = Time()
     hurry = Hurry(time)

@@ -22,6 +22,7 @@ from gpuspawner.node.api import (
     QuotaPlan,
     Readings,
     Usage,
+    XidSeen,
 )
 from gpuspawner.node.engine import Container, ContainerEvent, EventsConnected
 from gpuspawner.node.local import LocalNode
@@ -145,6 +146,31 @@ async def test_the_last_readings_come_with_the_connection(bench: Bench) -> None:
     bench.here.news.put_nowait(last)
     await until(lambda: last in bench.told)
     assert [event for event in bench.told if isinstance(event, Readings)] == [last]
+
+
+async def test_with_many_machines_readings_go_out_less_often_but_news_at_once(bench: Bench) -> None:
+    bench.there.set_apart(3600.0)
+    await until(lambda: not bench.there.facts.away)
+    bench.told.clear()
+    used = [Readings({"GPU-1": Usage(number)}) for number in range(5)]
+    xid = Readings(used[3].usage, xids={"GPU-1": (XidSeen(datetime(2026, 1, 1, tzinfo=UTC), 79),)})
+    blind = Readings(used[3].usage, {"GPU-1": "no answer"}, xid.xids)
+    for readings in (used[0], used[1], used[2], xid, blind, Readings({}, blind.blind, blind.xids)):
+        bench.here.news.put_nowait(readings)
+    await until(lambda: len(bench.told) == 4)
+    assert bench.told == [used[0], xid, blind, Readings({}, blind.blind, blind.xids)]
+
+    bench.there.set_apart(0.0)
+    await bench.there.health()  # an answer: what was sent before it has come
+    for readings in used:
+        bench.here.news.put_nowait(readings)
+    await until(lambda: bench.told[4:] == used)
+
+    bench.there.set_apart(3600.0)
+    await bench.there.health()
+    bench.here.news.put_nowait(used[0])
+    bench.writers[-1].transport.abort()  # whoever connects gets the last ones, however young
+    await until(lambda: used[0] in bench.told[9:])
 
 
 async def test_a_message_of_another_form_ends_the_link_and_it_begins_anew(bench: Bench) -> None:

@@ -19,10 +19,12 @@ import math
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import Any, Protocol
 
 from tornado.iostream import StreamClosedError
@@ -119,7 +121,7 @@ class Beats:
     def _beat(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        for handler in [handler for handler, due in self._due.items() if due <= now]:
+        for handler, _ in tuple(takewhile(lambda item: item[1] <= now, self._due.items())):
             del self._due[handler]
             self._due[handler] = now + HEARTBEAT_SECONDS
             handler.beat()
@@ -280,7 +282,7 @@ class LeasesHandler(Handler):
         self.site.hurry.begin()
         self._streaming = False
         self._beating: asyncio.Future[None] | None = None
-        self._started = asyncio.get_running_loop().time()
+        self._started = time.monotonic()
 
     def on_connection_close(self) -> None:
         """Ends the hold when the client closes the connection.
@@ -380,10 +382,9 @@ class LeasesHandler(Handler):
     async def _follow(self, lease: Lease, deadline: float) -> None:
         """Sends changes until the client closes the connection. Raises the refusal that ends the stream.
 
-        `deadline` is the end of the queue timeout, by the loop's clock.
+        `deadline` is the end of the queue timeout, by the monotonic clock.
         """
         site = self.site
-        loop = asyncio.get_running_loop()
         closed = asyncio.ensure_future(self._closed.wait())
         coming: asyncio.Future[Any] | None = None
         obstacle = ""
@@ -391,12 +392,12 @@ class LeasesHandler(Handler):
             async with site.service.watch(lease.id) as changes:
                 while not closed.done():
                     coming = coming or asyncio.ensure_future(anext(changes))
-                    pause = None if self._granted else max(0.0, deadline - loop.time())
+                    pause = None if self._granted else max(0.0, deadline - time.monotonic())
                     await asyncio.wait({coming, closed}, timeout=pause, return_when="FIRST_COMPLETED")
                     if coming.done():
                         change, coming = coming.result(), None
                         obstacle = change.obstacle or change.idle_but_out
-                        await self._tell(change, max(0.0, deadline - loop.time()))
+                        await self._tell(change, max(0.0, deadline - time.monotonic()))
                     elif not closed.done() and not self._granted:
                         await self._time_out(lease, obstacle)
         finally:
@@ -424,7 +425,7 @@ class LeasesHandler(Handler):
         elif not self._granted:
             patch = await self.site.service.patch(lease)
             self._granted = True
-            self.site.metrics.acquire_seconds.observe(asyncio.get_running_loop().time() - self._started)
+            self.site.metrics.acquire_seconds.observe(time.monotonic() - self._started)
             await self._send(lease_event(lease, patch))
 
     async def _time_out(self, lease: Lease, obstacle: str) -> None:
@@ -435,8 +436,7 @@ class LeasesHandler(Handler):
 
     async def _send(self, event: Event) -> None:
         if self._have_answered():
-            took = asyncio.get_running_loop().time() - self._started
-            self.site.metrics.answer_seconds.observe(took)
+            self.site.metrics.answer_seconds.observe(time.monotonic() - self._started)
         await self._send_line(event_to_line(event))
 
     def _have_answered(self) -> bool:

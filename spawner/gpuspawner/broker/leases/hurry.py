@@ -12,6 +12,9 @@ from collections.abc import Callable
 YOUNG_SECONDS = 0.05
 """An answer that takes longer waits for something else, as for Docker: nobody gives way to it any more."""
 _NAP_SECONDS = 0.001
+_TURN_SECONDS, _PAUSE_SECONDS = 0.0005, 0.0003
+"""So long a thread computes without a pause, and so long is the pause. Whoever asks meanwhile wakes a process
+that isn't idle: without pauses it was 5 ms until the loop had processor and interpreter to read the request."""
 
 
 class Hurry:
@@ -33,13 +36,17 @@ class Hurry:
 
     def way(self, most_seconds: float, sleep: Callable[[float], None] = time.sleep) -> Callable[[], None]:
         """What a thread calls again and again while it computes: it sleeps as long as there are such answers,
-        but no longer than `most_seconds` in all."""
-        left_seconds = most_seconds
+        but no longer than `most_seconds` in all, and now and then for a moment."""
+        left_seconds, slept_at = most_seconds, self._monotonic()
 
         def give_way() -> None:
-            nonlocal left_seconds
+            nonlocal left_seconds, slept_at
+            if self._monotonic() - slept_at >= _TURN_SECONDS:
+                sleep(_PAUSE_SECONDS)
+                slept_at = self._monotonic()
             while self._answers and left_seconds > 0 and self._monotonic() - self._latest_at < YOUNG_SECONDS:
                 sleep(_NAP_SECONDS)
                 left_seconds -= _NAP_SECONDS
+                slept_at = self._monotonic()
 
         return give_way

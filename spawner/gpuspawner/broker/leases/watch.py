@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -67,24 +68,23 @@ class Watches:
     def _look(self) -> None:
         self._is_due = False
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         followed = [watch for watches in self._by_lease.values() for watch in watches]
         places = self._places()
         left = iter([(watch, places.get(watch.lease_id)) for watch in followed])
-        spent_seconds = loop.time() - began
+        spent_seconds = time.monotonic() - began
         loop.call_later(PAUSE_SECONDS, self._look_at, left, spent_seconds)
 
     def _look_at(self, left: Iterator[tuple[Watch, Place | None]], spent_seconds: float) -> None:
         """The next of those who are left, then the others."""
-        loop, woken = asyncio.get_running_loop(), 0
-        began = loop.time()
+        loop, woken, began = asyncio.get_running_loop(), 0, time.monotonic()
         for looked, (watch, place) in enumerate(left, 1):
             woken += watch.wake(place)
             if looked == _AT_ONCE or woken == _WAKE_AT_ONCE:
-                spent_seconds += loop.time() - began
+                spent_seconds += time.monotonic() - began
                 loop.call_later(PAUSE_SECONDS, self._look_at, left, spent_seconds)
                 return
-        spent_seconds += loop.time() - began
+        spent_seconds += time.monotonic() - began
         self._looking = False
         self._rests_until = loop.time() + min(_MOST_REST_SECONDS, _REST * spent_seconds)
         if self._is_due:

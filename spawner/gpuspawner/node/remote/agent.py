@@ -79,6 +79,10 @@ class Agent:
         self._run = uuid.uuid4().hex
         self._facts = NodeFacts(name)
         self._readings: Readings | None = None
+        self._told: tuple[Readings, float] | None = None
+        """The readings that were sent last over this connection, and when, by the loop's clock."""
+        self._apart_seconds = 0.0
+        """Readings needn't go out more often than this, says the broker."""
         self._kept: deque[tuple[int, NodeEvent]] = deque(maxlen=MOST_KEPT)
         self._number = 0
         self._link: Link | None = None
@@ -119,6 +123,7 @@ class Agent:
         writer.write(json.dumps(plain(Hello(self._name, self._run, release=__version__))).encode() + b"\n")
         link = Link((reader, writer), self._on_call, self._on_tell, self._log, self._pace)
         self._link, self._is_taken_up, self._refused = link, False, ""
+        self._told, self._apart_seconds = None, 0.0
         try:
             await link.run()
         finally:
@@ -165,11 +170,15 @@ class Agent:
         return str(info.get("DockerRootDir") or "")
 
     def _on_tell(self, what: str, value: Any) -> None:
-        """The broker has heard the events up to a number: it has taken this machine up."""
+        """`heard`: the broker has heard the events up to a number, so it has taken this machine up."""
         if what == "refused":
             self._refused = str(value)
         elif what == "heard":
             self._on_heard(value)
+        elif what == "readings_apart":
+            if not isinstance(value, int | float):
+                raise Garbled("readings apart, but not by how many seconds")
+            self._apart_seconds = value
 
     def _on_heard(self, value: Any) -> None:
         if not isinstance(value, int):
@@ -185,7 +194,7 @@ class Agent:
         for number, event in self._kept:
             self._send(event, number)
         if self._readings is not None:
-            self._send(self._readings)
+            self._send_readings(self._readings)
 
     # ---- the node's events
 
@@ -198,7 +207,21 @@ class Agent:
                 continue
             if isinstance(event, Readings):
                 self._readings = event
+                self._send_readings(event)
+                continue
             self._send(self._set_facts(event) if isinstance(event, NodeFacts) else event)
+
+    def _send_readings(self, readings: Readings) -> None:
+        """Unless others went out a moment ago, and nothing has changed since but how much is used."""
+        if not self._is_taken_up:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._told is not None:
+            before, at = self._told
+            if now < at + self._apart_seconds and _but_use(readings) == _but_use(before):
+                return
+        self._told = readings, now
+        self._send(readings)
 
     def _send(self, event: NodeEvent, number: int | None = None) -> None:
         if self._link is not None and self._is_taken_up:
@@ -237,3 +260,8 @@ class Agent:
         except (OSError, ValueError, Garbled) as error:
             raise Fault(f"{self._file} can't be read: {error}") from error
         return desired
+
+
+def _but_use(readings: Readings) -> tuple[object, ...]:
+    """What of the readings the broker has to know at once."""
+    return readings.blind, readings.xids, readings.usage.keys()

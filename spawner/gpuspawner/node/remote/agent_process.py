@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import uvloop
 from traitlets import Bool, Unicode, default
 from traitlets.config import Application
 
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         agent.initialize(argv)
         if agent.config_file:
             agent.load_config_file(agent.config_file)
-        asyncio.run(agent.run())
+        uvloop.run(agent.run())
     except (ConfigError, Fault) as error:
         print(f"gpuspawner agent: {error}", file=sys.stderr)
         return 1

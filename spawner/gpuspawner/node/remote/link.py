@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from ...core.errors import DeviceFault
 from ...core.units import utc_now
@@ -26,8 +27,9 @@ from .wire import Garbled, Unknown, arguments_of, fault_of, fault_to_plain, plai
 MOST_BYTES = 16 << 20
 """The longest line. The readings of 64 GPUs with 30 containers each are under 1 MiB."""
 _CHUNK_BYTES = 64 << 10
-ALIVE_SECONDS = 2.5
-SILENCE_SECONDS = 8.0
+ALIVE_SECONDS = 5.25
+"""A little more than the pause between two readings: an agent whose GPUs are read has nothing to add."""
+SILENCE_SECONDS = 12.0
 CALL_SECONDS = 60.0
 """Longest wait for an answer: an MPS daemon may be started for it."""
 _TOGETHER_SECONDS = 0.25
@@ -92,7 +94,7 @@ class Link:
         self._look_after()
         try:
             async for line in self._lines():
-                self._take(json.loads(line))
+                self._take(from_json(line))
             self.ended = self.ended or "the connection was closed"
         except ConnectionError:  # as by the kernel, for a process that was killed with something left to read
             self.ended = self.ended or "the connection was closed"
@@ -153,7 +155,7 @@ class Link:
     def _send(self, message: dict[str, Any]) -> None:
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(json.dumps(message).encode() + b"\n")
+        self._unsent.append(to_json(message) + b"\n")
 
     def _flush(self) -> None:
         lines, self._unsent = self._unsent, []

@@ -18,6 +18,9 @@ from .remote_node import RemoteNode
 
 FOLDER = "machines"
 """In the broker's state folder: its keys, who has joined, and the tokens."""
+MANY = 10
+APART_SECONDS = 9.0
+"""With more than so many other machines, each sends every other of its readings, which come every 5 s."""
 NOTE_SECONDS = 30.0
 """How often it is recorded when each machine was heard last: a broker that is killed loses no more."""
 
@@ -94,6 +97,8 @@ class Members:
         self._joined = joined
         new = [name for name in joined if name not in self._nodes]
         self._nodes |= {name: RemoteNode(name, self._log, heard_at=self._heard.get(name)) for name in new}
+        for node in self._nodes.values():
+            node.set_apart(APART_SECONDS if len(self._nodes) > MANY else 0.0)
         await self._note_heard()
         return tuple(self._nodes[name] for name in new), gone
 

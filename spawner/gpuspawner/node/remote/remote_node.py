@@ -63,6 +63,7 @@ class RemoteNode:
         self._link: Link | None = None
         self._heard: tuple[str, int] = ("", 0)
         """Of which start of the agent, and up to which number, events were taken."""
+        self._apart_seconds = 0.0
         self._version = VERSION
         """Of the messages that the connected agent knows."""
         self._events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
@@ -157,6 +158,7 @@ class RemoteNode:
             self._events.put_nowait(each)
         self._contact = Contact(release)
         self._set_facts(replace(facts, devices=devices, away=""))
+        link.tell("readings_apart", self._apart_seconds)
         link.tell("heard", self._heard[1])
         self._log.info("Machine %s is connected: %d devices", self._name, len(devices))
 
@@ -167,6 +169,13 @@ class RemoteNode:
                 self._held = None
                 await link.call("apply", desired)
                 self._held = link, desired
+
+    def set_apart(self, seconds: float) -> None:
+        """Readings needn't come more often than this, because there are many machines."""
+        if seconds != self._apart_seconds:
+            self._apart_seconds = seconds
+            if self._link is not None:
+                self._link.tell("readings_apart", seconds)
 
     def _set_away(self, reason: str) -> None:
         self._set_facts(replace(self._facts, away=self._sentence(reason)))

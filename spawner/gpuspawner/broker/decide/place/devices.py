@@ -161,8 +161,8 @@ class Devices:
 
     def _service(self, uuid: str) -> DeviceHealth:
         """Its health; if it is healthy and drained, with that reason."""
-        health, drain = self._health[uuid], self.drain(uuid)
-        if not health.healthy or drain is None:
+        health = self._health[uuid]
+        if not health.healthy or (drain := self.drain(uuid)) is None:
             return health
         reason = f" ({drain.reason})" if drain.reason else ""
         return DeviceHealth(uuid, True, f"an admin lets no new server start on it{reason}", drain.since)

@@ -13,7 +13,7 @@ _SAVE = "Save your work, stop this server and start a new one."
 
 
 _MOST_NAMED = 4
-"""More devices than that are counted, not named."""
+"""So many devices are named at most; the others are counted."""
 
 _GOES_ON = "; your lab goes on."
 
@@ -51,7 +51,8 @@ def idle_but_out(lost: Sequence[tuple[Device, DeviceHealth]], now: datetime) -> 
 
     A healthy one is drained. It is shown beside the likely wait, so times are on the machine's clock too.
     """
-    return " ".join(_out_one(device, health, _clock(health.since, now)) for device, health in lost)
+    named = [_out_one(device, health, _clock(health.since, now)) for device, health in lost[:_MOST_NAMED]]
+    return " ".join([*named, _and_more(lost)]).rstrip()
 
 
 def not_counted(out: Sequence[tuple[Device, DeviceHealth]]) -> str:
@@ -78,7 +79,8 @@ def awaited(want: Want, reasons: Sequence[str]) -> str:
 
 def needs_admin(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     """The refusal of a request that only devices could serve that no new container gets."""
-    told = " ".join(_withdrawn_one(device, health) for device, health in lost)
+    named = [_withdrawn_one(device, health) for device, health in lost[:_MOST_NAMED]]
+    told = " ".join([*named, _and_more(lost)]).rstrip()
     return (
         f"No new server can get {_wanted(want)} until an admin has repaired this: {told} "
         "Choose another tier, or CPU."
@@ -135,6 +137,14 @@ def _out_one(device: Device, health: DeviceHealth, since: str) -> str:
     verb = f"has been {_state(health)} since {since}" if since else f"is {_state(health)}"
     reason = health.reason.rstrip(". ") or "it can't be used"
     return f"{_name(device)} {verb}: {reason}."
+
+
+def _and_more(out: Sequence[tuple[Device, DeviceHealth]]) -> str:
+    """How many of them are not named; "" if all are."""
+    more = len(out) - _MOST_NAMED
+    if more <= 0:
+        return ""
+    return f"{more} more such {'GPU is' if more == 1 else 'GPUs are'} drained or out of service."
 
 
 def _state(health: DeviceHealth) -> str:
