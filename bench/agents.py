@@ -5,10 +5,11 @@
 A real broker process with its door, its SQLite ledger and this machine's Docker Engine. The agents are real
 (TLS, certificates, messages) and run in a process of their own (`stub_machines.py`); their GPUs and Docker
 Engines are stubs. Of 5,000 users, some take all GPUs and their labs start, then others wait; this process is
-their hub. The broker has a core to itself if there are two, and a quarter of more than four; agents and
-hub, which a real site has on other machines, share the rest. Prints what was seen, with the load of the machine and the CPU of each process; how
-many answers came within 10 ms is said twice, as the hub sees it and by the broker's own clock. Agents and hub
-collect no garbage: in one process for all they would stop for longer than each of them does.
+their hub. The broker has a core to itself if there are two, and a quarter of them if there are more; agents
+and hub, which a real site has on other machines, share the rest. Prints what was seen, with the load of the
+machine and the CPU of each process; how many answers came within 10 ms is said twice, as the hub sees it and
+by the broker's own clock. Agents and hub collect no garbage: in one process for all they would stop for
+longer than each of them does.
 """
 
 from __future__ import annotations
