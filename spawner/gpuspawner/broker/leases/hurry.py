@@ -13,8 +13,8 @@ YOUNG_SECONDS = 0.05
 """An answer that takes longer waits for something else, as for Docker: nobody gives way to it any more."""
 _NAP_SECONDS = 0.001
 _TURN_SECONDS, _PAUSE_SECONDS = 0.0005, 0.0003
-"""So long a thread computes without a pause, and so long is the pause. Without pauses it took 5 ms until the loop
-had processor and interpreter to read a request that came meanwhile."""
+"""So long a thread computes without a pause, and so long is the pause. Without pauses it took 5 ms until the
+loop had processor and interpreter to read a request that came meanwhile."""
 
 
 class Hurry:
