@@ -157,14 +157,18 @@ class Machine:
 class Cluster:
     """The machines, the first of which is the Swarm's manager; `subnet` is that of the cables."""
 
-    def __init__(self, owner: str, subnet: str) -> None:
+    def __init__(
+        self, owner: str, subnet: str, names: Sequence[str] = NAMES, settings: dict[str, Any] | None = None
+    ) -> None:
         self.owner, self.subnet = owner, subnet
         self.folder = _TEMP / owner
         self._net = subnet.rpartition(".")[0]
         self._all = {
             name: Machine(name, owner, f"{self._net}.{10 + number}", self.folder / name)
-            for number, name in enumerate(NAMES)
+            for number, name in enumerate(names)
         }
+        for machine in self:
+            machine.settings |= settings or {}
 
     def __getitem__(self, name: str) -> Machine:
         return self._all[name]
@@ -175,7 +179,7 @@ class Cluster:
     @property
     def manager(self) -> Machine:
         """The machine of the hub."""
-        return self._all[NAMES[0]]
+        return next(iter(self))
 
     @property
     def tester(self) -> str:
@@ -283,16 +287,18 @@ class Cluster:
 
 
 @contextmanager
-def cluster(*, joined: bool = True) -> Iterator[Cluster]:
-    """Three machines while the block runs; afterwards nothing of them is left.
+def cluster(
+    *, joined: bool = True, names: Sequence[str] = NAMES, settings: dict[str, Any] | None = None
+) -> Iterator[Cluster]:
+    """These machines while the block runs; afterwards nothing of them is left.
 
-    They are one Swarm, or three engines that know nothing of each other. First it removes what killed tests
-    left behind.
+    They are one Swarm, or engines that know nothing of each other; `settings` are more of their daemon.json.
+    First it removes what killed tests left behind.
     """
     remove_leftovers()
     pid = os.getpid()
     owner = f"{PREFIX}-{pid}-{_started(pid)}"
-    machines = Cluster(owner, own_subnet())
+    machines = Cluster(owner, own_subnet(), names, settings)
     try:
         machines.start()
         if joined:

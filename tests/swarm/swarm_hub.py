@@ -34,8 +34,8 @@ NAME = f"swarmhub-{secrets.token_hex(3)}"
 SUBNET = "10.213.32.0/24"
 PORT = 8000
 DOOR = 8098
-GPUSPAWNER = str(Path(sys.executable).with_name("gpuspawner"))
-"""The command line, of this virtual environment."""
+GPUSPAWNER = (sys.executable, "-m", "gpuspawner.tools.cli")
+"""The command line, of this Python."""
 SOON_SECONDS = 60.0
 MODELS = {"a": "NVIDIA H100 80GB HBM3", "b": "NVIDIA A100 80GB PCIe", "c": "NVIDIA L40S"}
 """Each machine has one GPU of a model of its own, so that a tier chooses the machine."""
@@ -72,11 +72,10 @@ class Agent:
     def __init__(self, machine: Machine, hub: SwarmHub) -> None:
         self.machine, self.hub = machine, hub
         self.folder = lease_folder(machine)
-        self.script = script_of(machine)
         self.log_path = machine.folder / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.environment = {
-            **self.script.environment(),
+            **hub.driver_of(machine),
             "PYTHONPATH": hub.python_path,
             "DOCKER_HOST": machine.docker_host,
             "GPUSPAWNER_STATE_DIR": str(self.folder),
@@ -86,7 +85,7 @@ class Agent:
         """What an admin types: a token on the hub's machine, the line on this one."""
         line = self.hub.run("token").strip()
         self.folder.mkdir(exist_ok=True)
-        command = as_host(self.machine, GPUSPAWNER, "node", "join", line)
+        command = self.hub.on(self.machine, *GPUSPAWNER, "node", "join", line)
         subprocess.run(command, env=self.environment, check=True)
 
     def enter(self) -> None:
@@ -96,10 +95,8 @@ class Agent:
 
     def start(self) -> None:
         """Starts it by hand, as `join` says where no systemd runs."""
-        command = as_host(
-            self.machine, GPUSPAWNER, "node", "agent",
-            f"{self.hub.machines.manager.address}:{DOOR}",
-        )  # fmt: skip
+        address = f"{self.hub.machines.manager.address}:{DOOR}"
+        command = self.hub.on(self.machine, *GPUSPAWNER, "node", "agent", address)
         with self.log_path.open("ab") as out:
             self._process = subprocess.Popen(
                 command, env=self.environment, stdout=out, stderr=out, start_new_session=True
@@ -128,6 +125,9 @@ def script_of(machine: Machine) -> Script:
 class SwarmHub:
     """A hub that runs on machine a; what is asked of it is asked there."""
 
+    config = CONFIG
+    """The settings of hub and broker."""
+
     def __init__(self, machines: Cluster, folder: Path, gateway_image: str) -> None:
         self.machines, self.folder = machines, folder
         self.token = secrets.token_hex(16)
@@ -146,12 +146,20 @@ class SwarmHub:
             "GPUSPAWNER_NAME": NAME,
             "GPUSPAWNER_SUBNET": SUBNET,
             "GPUSPAWNER_IMAGE": "gpuspawner-hubtest/lab",
-            "GPUSPAWNER_CONFIG": str(CONFIG),
+            "GPUSPAWNER_CONFIG": str(self.config),
             "GPUSPAWNER_TEST_TOKEN": self.token,
             "GPUSPAWNER_TEST_GATEWAY": gateway_image,
             "GPUSPAWNER_TEST_LAB": IMAGE,
             "GPUSPAWNER_TEST_DOOR": f"{machines.manager.address}:{DOOR}",
         }
+
+    def on(self, machine: Machine, *command: str) -> list[str]:
+        """The command as it runs on that machine."""
+        return as_host(machine, *command)
+
+    def driver_of(self, machine: Machine) -> dict[str, str]:
+        """The environment in which an agent finds the driver of its machine."""
+        return script_of(machine).environment()
 
     def use_script(self, script: Script) -> None:
         """The broker's own machine has these GPUs, and no simulated ones."""
@@ -163,7 +171,8 @@ class SwarmHub:
 
     def start(self) -> None:
         """Starts it, and returns when its API answers."""
-        command = as_host(self.machines.manager, sys.executable, "-m", "jupyterhub", "-f", str(CONFIG))
+        manager = self.machines.manager
+        command = self.on(manager, sys.executable, "-m", "jupyterhub", "-f", str(self.config))
         with self.log_path.open("ab") as out:
             self._process = subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=out, stderr=out, start_new_session=True
@@ -178,14 +187,14 @@ class SwarmHub:
 
     def run(self, *words: str) -> str:
         """`gpuspawner node WORDS` on the hub's machine."""
-        command = as_host(self.machines.manager, GPUSPAWNER, "node", *words, f"--config={CONFIG}")
+        command = self.on(self.machines.manager, *GPUSPAWNER, "node", *words, f"--config={self.config}")
         return subprocess.run(
             command, env=self.environment, stdout=subprocess.PIPE, text=True, check=True
         ).stdout
 
     def homes(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`gpuspawner homes WORDS` on the hub's machine."""
-        command = as_host(self.machines.manager, GPUSPAWNER, "homes", *words, f"--config={CONFIG}")
+        command = self.on(self.machines.manager, *GPUSPAWNER, "homes", *words, f"--config={self.config}")
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,6 @@ from tests.swarm.cluster import Cluster, Machine, cluster
 from tests.swarm.conftest import LAB_IMAGES
 from tests.swarm.swarm_hub import (
     CONFIG,
-    GPUSPAWNER,
     NAME,
     ROOT,
     SUBNET,
@@ -58,7 +58,7 @@ def type_in(machine: Machine, command: str, environment: Mapping[str, str], *, m
 
     The hub's machine has `jupyterhub_config.py` in the current folder.
     """
-    programs = str(Path(GPUSPAWNER).parent)
+    programs = str(Path(sys.executable).parent)
     shell = as_host(machine, "sh", "-c", f'PATH="{programs}:$PATH"; {command}')
     environment = {**environment, "DOCKER_HOST": machine.docker_host}
     return subprocess.run(
