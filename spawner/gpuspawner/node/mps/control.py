@@ -156,6 +156,10 @@ def find_program(setting: str = "", *, uid: int | None = None) -> MpsProgram:
     return MpsProgram(Path(found).absolute())
 
 
+_OTHERS_READ = ("/bin/sh", "-c", 'umask 022 && exec "$0" "$@"')
+"""The command after it makes files that others can't write. The event loop can't set a child's umask."""
+
+
 class MpsControl:
     """Sends commands to one GPU's daemon through the control program."""
 
@@ -171,8 +175,8 @@ class MpsControl:
         out = self._place.log / "daemon.out"
         with out.open("ab") as output:
             code = await self._run(
-                ["-d"], seconds, stdout=output, stderr=output, stdin=asyncio.subprocess.DEVNULL, umask=0o022,
-                cwd="/", start_new_session=True,
+                [*_OTHERS_READ, self._program, "-d"], seconds, stdout=output, stderr=output,
+                stdin=asyncio.subprocess.DEVNULL, cwd="/", start_new_session=True,
             )  # fmt: skip
         if code != 0:
             raise DeviceFault(f"MPS did not start (exit status {code}): see {out} and control.log beside it")
@@ -183,7 +187,7 @@ class MpsControl:
         limit = self._seconds if seconds is None else seconds
         pipe = asyncio.subprocess.PIPE
         code = await self._run(
-            [],
+            [self._program],
             limit,
             f"{command}\n".encode(),
             answer,
@@ -198,7 +202,7 @@ class MpsControl:
 
     async def _run(
         self,
-        arguments: list[str],
+        command: list[str],
         seconds: float,
         said: bytes = b"",
         answer: bytearray | None = None,
@@ -206,8 +210,7 @@ class MpsControl:
     ) -> int:
         try:
             process = await asyncio.create_subprocess_exec(
-                self._program,
-                *arguments,
+                *command,
                 env=self._place.environment(),
                 **how,  # type: ignore[arg-type]
             )
