@@ -517,7 +517,8 @@ async def check_kernel(room: Class) -> None:
     room.rows.row(
         "a kernel of a minute",
         f"it took {ann['seconds']} s; Ben waited {found['wait']} s; what he was told began to be "
-        f"{changes}, {known} of {len(told)} s that a kernel runs on; the last {told[-1]}; {steps}; sums equal {sums}",
+        f"{changes}, {known} of {len(told)} s that a kernel runs on; the last {told[-1]}; {steps}; "
+        f"sums equal {sums}",
         ok=all(sums) and found["wait"] > ann["seconds"] / 2 and known > len(told) / 2,
     )
 
