@@ -113,3 +113,13 @@ async def test_an_answer_that_comes_too_late_is_dropped() -> None:
         other.say(answer=number, result=[])
         other.answers = True
         assert await link.call("health") == ()
+
+
+async def test_a_name_that_is_not_unicode_breaks_nothing() -> None:
+    """A file's name is bytes; Python keeps those that aren't UTF-8 as surrogates."""
+    async with linked() as (link, other):
+        link.tell("event", {"\udc80key": "a\udcffb", "kept": "Grüße"})
+        await until(lambda: any("tell" in each for each in other.heard))
+        [told] = [each["value"] for each in other.heard if "tell" in each]
+        assert told == {"?key": "a?b", "kept": "Grüße"}
+        assert not link.ended

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -155,7 +156,7 @@ class Link:
     def _send(self, message: dict[str, Any]) -> None:
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(to_json(message) + b"\n")
+        self._unsent.append(_line(message))
 
     def _flush(self) -> None:
         lines, self._unsent = self._unsent, []
@@ -215,6 +216,14 @@ class Link:
                 break
             asked.fail(f"no answer for {pace.call_seconds:g} s")
         self._timer = loop.call_at(_together(due), self._look_after)
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    """As JSON. What isn't Unicode, as a file's name may be, becomes question marks: none can read it."""
+    try:
+        return to_json(message) + b"\n"
+    except ValueError:
+        return json.dumps(message, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def _together(at: float) -> float:
