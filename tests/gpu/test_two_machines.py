@@ -1,8 +1,8 @@
 """Two machines of a Swarm with a real GPU each, whose labs get it by NVIDIA's own runtime.
 
 The machines are network namespaces of this one (`tests/swarm/cluster.py`) with a Docker Engine each; each
-sees one of the GPUs. It needs root, two GPUs, and `nvidia-container-runtime` on the PATH. No setting of a GPU
-is changed.
+sees one of the GPUs. It needs root, two GPUs, and `nvidia-container-runtime` on the PATH, whose settings here
+are a file of the test's own. No setting of a GPU is changed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ HIDE = 'mount --bind "$1" /dev/nvidiactl; mount --bind /dev/null "/dev/nvidia$2"
 """The machine's own file of the driver, which its broker or agent locks; and no node for the other GPU."""
 MODES = ("auto", "cdi")
 """Of the runtime: what it does by itself, and with the CDI spec that is on the machine."""
+ASKS_FOR_ALL = """
+import os
+os.environ.update(NVIDIA_VISIBLE_DEVICES="all", CUDA_VISIBLE_DEVICES="0,1")
+"""
+"""What users may set in their kernels, before CUDA is loaded; it must change nothing."""
+SETTINGS = "uuid,compute_mode,persistence_mode,mig.mode.current"
+"""Of a GPU, as `nvidia-smi --query-gpu` names them. They stay as they were."""
 
 
 class Pair(SwarmHub):
@@ -60,8 +67,8 @@ class Pair(SwarmHub):
         return dict(os.environ)
 
     def look(self, user: str) -> dict[str, Any]:
-        """What the user's kernel sees of GPUs."""
-        found: dict[str, Any] = json.loads(self.printed(user, LOOK))
+        """What the user's kernel sees of GPUs, although it asks for all."""
+        found: dict[str, Any] = json.loads(self.printed(user, ASKS_FOR_ALL + LOOK))
         return found
 
     def lease_of(self, user: str) -> dict[str, Any]:
@@ -69,10 +76,8 @@ class Pair(SwarmHub):
         return next(each for each in self.status()["leases"] if each["user"] == user)
 
 
-def runtime_mode(machine: Machine) -> str:
-    """The first mode in which the runtime gives a container one GPU and no more; it is left so."""
-    settings = Path("/etc/nvidia-container-runtime/config.toml")
-    settings.parent.mkdir(exist_ok=True)
+def runtime_mode(machine: Machine, settings: Path) -> str:
+    """The first mode in which the runtime gives a container one GPU and no more; its settings are left so."""
     said = {}
     for mode in MODES:
         settings.write_text(f'[nvidia-container-runtime]\nmode = "{mode}"\nruntimes = ["runc"]\n')
@@ -92,8 +97,8 @@ def runtime_mode(machine: Machine) -> str:
     pytest.fail(f"{RUNTIME} gives containers no GPU here: {said}")
 
 
-def can_encrypt() -> bool:
-    """Whether the kernel has ESP, without which Docker can't encrypt a network."""
+def no_encryption() -> str:
+    """Why the kernel can't encrypt a network as Docker does (moby, `buildAeadAlgo`): "" if it can."""
     space = f"gsx-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", space], check=True)
     state = (
@@ -101,9 +106,16 @@ def can_encrypt() -> bool:
     )
     state += ["aead", "rfc4106(gcm(aes))", f"0x{'1' * 40}", "64"]
     try:
-        return subprocess.run(state, check=False).returncode == 0
+        done = subprocess.run(state, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
     finally:
         subprocess.run(["ip", "netns", "del", space], check=False)
+
+
+def settings_of_gpus() -> str:
+    """Those of all GPUs of this machine that a broker or an MPS daemon might change."""
+    command = ["nvidia-smi", f"--query-gpu={SETTINGS}", "--format=csv,noheader"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 @contextmanager
@@ -113,7 +125,7 @@ def prepared(machines: Cluster) -> Iterator[Pair]:
     hub = Pair(machines, folder, IMAGE)
     hub.environment |= {
         "GPUSPAWNER_IMAGE": IMAGE,
-        "GPUSPAWNER_TEST_ENCRYPTED": str(int(can_encrypt())),
+        "GPUSPAWNER_TEST_ENCRYPTED": str(int(not no_encryption())),
     }
     client = machines.manager.client
     ensure_network(calls_of(client), NAME, SUBNET)
@@ -126,7 +138,13 @@ def prepared(machines: Cluster) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def machines() -> Iterator[Cluster]:
+def runtime_settings(tmp_path: Path) -> Path:
+    """The file with the runtime's settings: this machine's own one in /etc is neither read nor written."""
+    return tmp_path / "nvidia-container-runtime.toml"
+
+
+@pytest.fixture
+def machines(runtime_settings: Path) -> Iterator[Cluster]:
     """Two, with the runtime as their engines' default and the lab's image."""
     why = missing() or next(
         (f"no {each}" for each in (RUNTIME, "ip", "curl") if shutil.which(each) is None), ""
@@ -139,24 +157,38 @@ def machines() -> Iterator[Cluster]:
     subprocess.run(["docker", "build", "-q", "-t", IMAGE, "-"], input=build, text=True, check=True,
                    env={**os.environ, "DOCKER_BUILDKIT": "0"})  # fmt: skip
     runtime = {"path": str(shutil.which(RUNTIME))}
-    with cluster(names=("a", "b"), settings={"runtimes": {"nvidia": runtime}}) as found:
-        found.load(engine, IMAGE)
-        yield found
+    runtime_settings.touch()
+    before = settings_of_gpus()
+    try:
+        with cluster(
+            names=("a", "b"),
+            settings={"runtimes": {"nvidia": runtime}},
+            environment={"NVIDIA_CTK_CONFIG_FILE_PATH": str(runtime_settings)},
+        ) as found:
+            found.load(engine, IMAGE)
+            yield found
+        assert settings_of_gpus() == before
+    finally:
+        engine.remove_image(IMAGE)
+        engine.close()
 
 
 def test_each_lab_has_the_gpu_of_its_machine_whatever_ends_beside_it(
-    machines: Cluster, record: Callable[[str, Any], None]
+    machines: Cluster, runtime_settings: Path, record: Callable[[str, Any], None]
 ) -> None:
     gpus = dict(zip("ab", uuids(), strict=False))
-    began = time.monotonic()
+    began = last = time.monotonic()
 
     def step(name: str, value: Any = True) -> None:
+        nonlocal last
+        took, last = time.monotonic() - last, time.monotonic()
         record(name, value)
-        print(f"{time.monotonic() - began:6.1f} s  {name}: {value}", flush=True)
+        print(f"{last - began:6.1f} s (+{took:4.1f})  {name}: {value}", flush=True)
 
     with prepared(machines) as hub:
-        step("runtime's mode", runtime_mode(machines.manager))
-        step("labs' networks are encrypted", hub.environment["GPUSPAWNER_TEST_ENCRYPTED"] == "1")
+        step("runtime's mode", runtime_mode(machines.manager, runtime_settings))
+        why_not = no_encryption()
+        step("labs' networks are encrypted", f"no: {why_not}" if why_not else True)
         hub.start()
         agent = Agent(machines["b"], hub)
         try:

@@ -11,7 +11,7 @@ service["command"][service["command"].index("--config") + 1] = str(here)
 
 c.GpuSwarm.encrypted = os.environ["GPUSPAWNER_TEST_ENCRYPTED"] == "1"
 c.GpuSwarm.subnet = "10.214.32.0/24"
-c.GpuSwarm.gateway_image = os.environ.get("GPUSPAWNER_TEST_GW", os.environ["GPUSPAWNER_IMAGE"])
+c.GpuSwarm.gateway_image = os.environ["GPUSPAWNER_IMAGE"]
 c.GpuBroker.agents_address = os.environ["GPUSPAWNER_TEST_DOOR"]
 c.GpuDockerSpawner.pull_policy = "never"
 c.GpuDockerSpawner.poll_interval = 2

@@ -21,7 +21,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -62,6 +62,8 @@ class Machine:
     client: docker.APIClient = field(init=False)
     settings: dict[str, Any] = field(default_factory=lambda: dict(WITH_RUNTIME))
     """The engine's daemon.json, read at its start."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """More of the engine's environment, which the runtimes that it starts have too."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -102,8 +104,8 @@ class Machine:
         path = ":".join([str(programs), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
         with (self.folder / "engine.log").open("ab") as out:
             self._process = subprocess.Popen(
-                command, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True,
+                command, env={**os.environ, "PATH": path, **self.environment}, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         self.client = self._connect()
 
@@ -158,7 +160,12 @@ class Cluster:
     """The machines, the first of which is the Swarm's manager; `subnet` is that of the cables."""
 
     def __init__(
-        self, owner: str, subnet: str, names: Sequence[str] = NAMES, settings: dict[str, Any] | None = None
+        self,
+        owner: str,
+        subnet: str,
+        names: Sequence[str] = NAMES,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.owner, self.subnet = owner, subnet
         self.folder = _TEMP / owner
@@ -169,6 +176,7 @@ class Cluster:
         }
         for machine in self:
             machine.settings |= settings or {}
+            machine.environment |= environment or {}
 
     def __getitem__(self, name: str) -> Machine:
         return self._all[name]
@@ -288,17 +296,21 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    *, joined: bool = True, names: Sequence[str] = NAMES, settings: dict[str, Any] | None = None
+    *,
+    joined: bool = True,
+    names: Sequence[str] = NAMES,
+    settings: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """These machines while the block runs; afterwards nothing of them is left.
 
-    They are one Swarm, or engines that know nothing of each other; `settings` are more of their daemon.json.
-    First it removes what killed tests left behind.
+    They are one Swarm, or engines that know nothing of each other; `settings` are more of their daemon.json,
+    `environment` more of their environment. First it removes what killed tests left behind.
     """
     remove_leftovers()
     pid = os.getpid()
     owner = f"{PREFIX}-{pid}-{_started(pid)}"
-    machines = Cluster(owner, own_subnet(), names, settings)
+    machines = Cluster(owner, own_subnet(), names, settings, environment)
     try:
         machines.start()
         if joined:
