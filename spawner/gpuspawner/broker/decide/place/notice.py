@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from ....core.model import Device, DeviceHealth
@@ -51,8 +51,7 @@ def idle_but_out(lost: Sequence[tuple[Device, DeviceHealth]], now: datetime) -> 
 
     A healthy one is drained. It is shown beside the likely wait, so times are on the machine's clock too.
     """
-    named = [_out_one(device, health, _clock(health.since, now)) for device, health in lost[:_MOST_NAMED]]
-    return " ".join([*named, _and_more(lost)]).rstrip()
+    return _each(lost, lambda device, health: _out_one(device, health, _clock(health.since, now)))
 
 
 def not_counted(out: Sequence[tuple[Device, DeviceHealth]]) -> str:
@@ -79,8 +78,7 @@ def awaited(want: Want, reasons: Sequence[str]) -> str:
 
 def needs_admin(want: Want, lost: Sequence[tuple[Device, DeviceHealth]]) -> str:
     """The refusal of a request that only devices could serve that no new container gets."""
-    named = [_withdrawn_one(device, health) for device, health in lost[:_MOST_NAMED]]
-    told = " ".join([*named, _and_more(lost)]).rstrip()
+    told = _each(lost, _withdrawn_one)
     return (
         f"No new server can get {_wanted(want)} until an admin has repaired this: {told} "
         "Choose another tier, or CPU."
@@ -139,12 +137,12 @@ def _out_one(device: Device, health: DeviceHealth, since: str) -> str:
     return f"{_name(device)} {verb}: {reason}."
 
 
-def _and_more(out: Sequence[tuple[Device, DeviceHealth]]) -> str:
-    """How many of them are not named; "" if all are."""
-    more = len(out) - _MOST_NAMED
-    if more <= 0:
-        return ""
-    return f"{more} more such {'GPU is' if more == 1 else 'GPUs are'} drained or out of service."
+def _each(out: Sequence[tuple[Device, DeviceHealth]], tell: Callable[[Device, DeviceHealth], str]) -> str:
+    """A sentence for each of the first devices, and how many more there are; "" if there are none."""
+    told = [tell(device, health) for device, health in out[:_MOST_NAMED]]
+    if (more := len(out) - _MOST_NAMED) > 0:
+        told.append(f"{more} more such {'GPU is' if more == 1 else 'GPUs are'} drained or out of service.")
+    return " ".join(told)
 
 
 def _state(health: DeviceHealth) -> str:
